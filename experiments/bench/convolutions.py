@@ -4,9 +4,9 @@
 
 Layers of the attention network (batches of 32): forward, gradient of the input, gradient of the
 kernel. Layers of the included segmentation network with few channels (one tile of 528 x 688
-pixels): forward, and the whole network. Both libraries alternate in one process. Times are medians
-of the processor time of all threads; `GFLOP/s` counts multiplications and additions. Needs the
-extra `onednn`.
+pixels): forward, and the whole network. Frozen EfficientNet-Lite0: features of all stages. Both
+libraries alternate in one process. Times are medians of the processor time of all threads;
+`GFLOP/s` counts multiplications and additions. Needs the extra `onednn`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from experiments.bench.tables import CannotRun, Row
-from perturbjax.models import Mode
+from perturbjax.models import BACKBONES, Mode
 from perturbjax.models.kernels import onednn
 from perturbjax.models.kernels.convolution import conv2d
 from perturbjax.segmentation import Segmenter
@@ -40,6 +40,7 @@ TRAINING = (
 SEGMENTATION = ((1, 528, 688, 1, 8), (1, 528, 688, 8, 8), (1, 264, 344, 16, 16))
 #: Batch, height and width.
 TILE = (1, 528, 688)
+FROZEN = ((96, 80, 80), (32, 128, 128))
 PRECISIONS = ("float32", "bfloat16")
 
 Shape = tuple[int, int, int, int, int]
@@ -67,9 +68,13 @@ def run(quick: bool) -> Iterator[list[Row]]:
         times = _measure(_convolve, (x, kernel), rounds)
         rows.append(_row("forward, segmentation", shape, "float32", times))
         yield rows
-    function, arrays = _segmentation_network()
-    rows.append(_row("segmentation network", None, "float32", _measure(function, arrays, rounds)))
-    yield rows
+    networks = {"segmentation network": (_segmentation_network(), TILE)}
+    for place in FROZEN[:1] if quick else FROZEN:
+        networks[f"EfficientNet-Lite0, {place[0]} images"] = (_frozen_network(place), place)
+    for name, ((function, arrays), place) in networks.items():
+        times = _measure(function, arrays, rounds)
+        rows.append(_row(name, (*place, 0, 0), "float32", times))
+        yield rows
 
 
 def _convolve(x: Array, kernel: Array) -> Array:
@@ -96,6 +101,16 @@ def _segmentation_network() -> tuple[Function, tuple[nnx.State, Array]]:
         return nnx.merge(graph, state)(x, Mode()).maps
 
     return network, (state, jnp.zeros((*TILE, config.channels)))
+
+
+def _frozen_network(place: tuple[int, int, int]) -> tuple[Function, tuple[nnx.State, Array]]:
+    network = BACKBONES["efficientnet_lite0"].network(classes=0, inputs=3, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(network)
+
+    def maps(state: nnx.State, x: Array) -> list[Array]:
+        return nnx.merge(graph, state, copy=True).stage_maps(x, Mode(use_onednn=True))
+
+    return maps, (state, jnp.zeros((*place, 3)))
 
 
 def _arrays(shape: Shape, precision: str) -> tuple[Array, Array, Array]:
@@ -127,13 +142,13 @@ def _measure(function: Function, arrays: tuple, rounds: int) -> tuple[float, flo
     return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
-def _row(operation: str, shape: Shape | None, precision: str, times: tuple[float, float]) -> Row:
-    batch, height, width, inputs, outputs = shape or (1, TILE[1], TILE[2], 0, 0)
+def _row(operation: str, shape: Shape, precision: str, times: tuple[float, float]) -> Row:
+    batch, height, width, inputs, outputs = shape
     flops = 2 * 9 * batch * height * width * inputs * outputs
     rates = [round(flops / each / 1e9) if flops else None for each in times]
     return {
         "operation": operation,
-        "channels": f"{inputs} to {outputs}" if shape else "",
+        "channels": f"{inputs} to {outputs}" if inputs else "",
         "pixels": f"{height} x {width}",
         "precision": precision,
         "XLA ms": 1000 * times[0],

@@ -6,8 +6,9 @@ right and bottom; BatchNorm epsilon 1e-3) and PyTorch's (`symmetric` padding, 1e
 arguments. Stochastic depth is not implemented.
 
 CPUs compute the depthwise convolution as a sum of shifted images, 50 to 65 times as fast as XLA's
-grouped convolution (2-core Xeon, float32). Outside training they compute in float32: bfloat16
-takes up to a fifth more time (docs/performance.md).
+grouped convolution (2-core Xeon, float32). With oneDNN, frozen networks compute convolution,
+BatchNorm and activation in one call (`Mode.use_onednn`). Outside training CPUs compute in float32:
+bfloat16 takes up to a fifth more time (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from perturbjax.models.backbone import (
     inputs_and_classes,
 )
 from perturbjax.models.efficientnet_names import efficientnet_namings, list_blocks
+from perturbjax.models.kernels import onednn
+from perturbjax.models.kernels.onednn import Activation
 from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, classify, conv2d
 
 #: symmetric: k // 2 pixels on each side. same: TensorFlow's, which depends on the input size.
@@ -75,8 +78,13 @@ def pad(
     x: Float[Array, "b h w c"], size: int, stride: int, padding: Padding
 ) -> Float[Array, "b h2 w2 c"]:
     """Pad `x` with zeros, so that an unpadded convolution divides height and width by `stride`."""
-    if size == 1:
-        return x
+    return x if size == 1 else jnp.pad(x, ((0, 0), *margins(x, size, stride, padding), (0, 0)))
+
+
+def margins(
+    x: Float[Array, "b h w c"], size: int, stride: int, padding: Padding
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the number of zeros above and below `x`, and at its left and right."""
 
     def both_sides(length: int) -> tuple[int, int]:
         if padding == "symmetric":
@@ -88,7 +96,7 @@ def pad(
         # An odd pixel is added at the right and bottom.
         return total // 2, total - total // 2
 
-    return jnp.pad(x, ((0, 0), both_sides(x.shape[1]), both_sides(x.shape[2]), (0, 0)))
+    return both_sides(x.shape[1]), both_sides(x.shape[2])
 
 
 def depthwise_conv(
@@ -117,8 +125,16 @@ def _shifted_sum(
     return total.astype(x.dtype)
 
 
+def _activation(lite: bool) -> Activation:
+    return "relu6" if lite else "silu"
+
+
+def _apply(activation: Activation, x: Array) -> Array:
+    return {"none": lambda y: y, "relu6": jax.nn.relu6, "silu": jax.nn.silu}[activation](x)
+
+
 class ConvNorm(nnx.Module):
-    """Convolution without bias, optionally depthwise, then BatchNorm."""
+    """Convolution without bias, optionally depthwise, then BatchNorm and an activation."""
 
     def __init__(
         self,
@@ -146,14 +162,33 @@ class ConvNorm(nnx.Module):
         self.norm = BatchNorm(outputs, epsilon=epsilon)
         self.size, self.stride, self.padding, self.depthwise = size, stride, padding, depthwise
 
-    def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h2 w2 o"]:
-        x = pad(x, self.size, self.stride, self.padding)
-        y = (
-            depthwise_conv(x, self.conv.kernel[...], self.stride)
-            if self.depthwise
-            else self.conv(x)
-        )
-        return self.norm(y, mode)
+    def __call__(
+        self, x: Float[Array, "b h w i"], mode: Mode, activation: Activation
+    ) -> Float[Array, "b h2 w2 o"]:
+        def plain(x: Array) -> Array:
+            x = pad(x, self.size, self.stride, self.padding)
+            y = (
+                depthwise_conv(x, self.conv.kernel[...], self.stride)
+                if self.depthwise
+                else self.conv(x)
+            )
+            return _apply(activation, self.norm(y, mode))
+
+        if not mode.use_onednn or mode.train or x.dtype != jnp.float32 or not onednn.is_usable():
+            return plain(x)
+
+        def fused(x: Array) -> Array:
+            scale, shift = self.norm.running_scale_and_shift()
+            return onednn.convolve_and_activate(
+                x,
+                self.conv.kernel[...] * scale,
+                shift,
+                stride=self.stride,
+                padding=margins(x, self.size, self.stride, self.padding),
+                activation=activation,
+            )
+
+        return jax.lax.platform_dependent(x, cpu=fused, default=plain)
 
 
 class SqueezeExcite(nnx.Module):
@@ -203,11 +238,11 @@ class InvertedResidual(nnx.Module):
         self.lite, self.residual = lite, stride == 1 and inputs == outputs
 
     def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h2 w2 o"]:
-        activation = jax.nn.relu6 if self.lite else jax.nn.silu
-        y = x if self.expand is None else activation(self.expand(x, mode))
-        y = activation(self.depthwise(y, mode))
+        activation = _activation(self.lite)
+        y = x if self.expand is None else self.expand(x, mode, activation)
+        y = self.depthwise(y, mode, activation)
         y = y if self.squeeze is None else self.squeeze(y)
-        y = self.project(y, mode)
+        y = self.project(y, mode, "none")
         return x + y if self.residual else y
 
 
@@ -268,7 +303,7 @@ class EfficientNet(nnx.Module):
         return _fastest(self._stage_maps, x, mode)
 
     def _stage_maps(self, x: Array, mode: Mode) -> list[Array]:
-        x = self.activation(self.stem(x.astype(mode.dtype), mode))
+        x = self.stem(x.astype(mode.dtype), mode, _activation(self.lite))
         maps: list[Array] = []
         for stage, block in zip(self.block_stages, self.blocks, strict=True):
             x = block(x, mode)
@@ -282,11 +317,7 @@ class EfficientNet(nnx.Module):
         return _fastest(self._feature_map, x, mode)
 
     def _feature_map(self, x: Array, mode: Mode) -> Array:
-        return self.activation(self.top(self._stage_maps(x, mode)[-1], mode))
-
-    @property
-    def activation(self) -> Callable[[Array], Array]:
-        return jax.nn.relu6 if self.lite else jax.nn.silu
+        return self.top(self._stage_maps(x, mode)[-1], mode, _activation(self.lite))
 
     def __call__(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Outputs:
         features = self.feature_map(x, mode).astype(jnp.float32).mean((1, 2))

@@ -21,6 +21,8 @@ class Mode:
             not depend on its position in the batch.
         axis_name: mapped axis over which batch statistics are averaged, under `pmap`.
         dtype: dtype of activations.
+        use_onednn: compute a frozen EfficientNet with oneDNN on CPUs, if it is installed. There are
+            no gradients then, the program cannot be exported, and results differ by rounding.
     """
 
     train: bool = False
@@ -28,6 +30,7 @@ class Mode:
     keys: Array | None = None
     axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
+    use_onednn: bool = False
 
     def frozen(self) -> Mode:
         """Return a copy with running statistics and without dropout, for a frozen backbone."""

@@ -9,6 +9,7 @@ table.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -55,6 +56,9 @@ __all__ = ["FeaturesConfig", "extract"]
 
 #: Batches in a part: the work that an interruption can lose.
 PART_BATCHES = 16
+#: Pixels of the network inputs in a device call, by platform. On a CPU, small windows need large
+#: batches: calls of oneDNN with 30 windows of 48 pixels take longer than their computation.
+BATCH_PIXELS, ACCELERATOR_BATCH_PIXELS = {"cpu": 2**20}, 2**22
 SETTINGS = "settings.json"
 #: Seconds between looks for parts and tables that another process writes.
 _POLL_S = 1.0
@@ -111,7 +115,9 @@ def _network_job(config: FeaturesConfig, dataset: Dataset, placement: Placement)
         if config.run is None
         else run_extractor(config.run, dataset, placement)
     )
-    facts = {**extractor.facts, "batch_size": config.batch_size}
+    size = config.batch_size or _choose_batch_size(extractor, placement)
+    config = dataclasses.replace(config, batch_size=size)
+    facts = {**extractor.facts, "batch_size": size}
     name = functools.partial(feature_names, extractor.groups)
     if reader is None:
         parts = divide_sites(dataset, None, PART_BATCHES * config.batch_size)
@@ -129,6 +135,12 @@ def _network_job(config: FeaturesConfig, dataset: Dataset, placement: Placement)
         functools.partial(compute_parts, config, placement, extractor, reader),
         name_summary,
     )
+
+
+def _choose_batch_size(extractor: Extractor, placement: Placement) -> int:
+    pixels = BATCH_PIXELS.get(jax.default_backend(), ACCELERATOR_BATCH_PIXELS)
+    # Each device gets the same number of sites.
+    return max(1, pixels // extractor.pixels) * placement.count
 
 
 def _cellprofiler_job(config: FeaturesConfig, dataset: Dataset) -> Job:

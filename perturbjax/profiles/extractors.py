@@ -20,6 +20,7 @@ from perturbjax.data.augmentation import RawBatch
 from perturbjax.data.batches import Decoder, Sites
 from perturbjax.dataset import Dataset
 from perturbjax.models import BACKBONES, Mode
+from perturbjax.models.kernels import onednn
 from perturbjax.models.pooling import pool_stages
 from perturbjax.models.symmetries import dihedral
 from perturbjax.profiles.feature_options import FeaturesConfig
@@ -42,6 +43,7 @@ class Extractor:
         sites: shift and scale of each site.
         input: mask encoding.
         step: batch on the device -> features (b, d).
+        pixels: pixels of the network inputs of one site, cell or tile.
         groups: prefixes of the feature names; d is a multiple of their number.
         facts: everything that determines the values, for the provenance.
         augment: crops of the training of a run, which set the resolution of stored sites.
@@ -51,6 +53,7 @@ class Extractor:
     sites: Sites
     input: InputConfig
     step: Callable[[RawBatch], Float[Array, "b d"]]
+    pixels: int
     groups: list[str]
     facts: dict[str, Any]
     augment: AugmentConfig | None = None
@@ -111,7 +114,7 @@ def backbone_extractor(
         leaves: list[Array], x: Float[Array, "bk h w 3"], cells: Array
     ) -> Float[Array, "bk d"]:
         model = nnx.merge(graphdef, *jax.tree.unflatten(treedef, leaves), copy=True)
-        mode = Mode(dtype=DTYPES[config.precision])
+        mode = Mode(dtype=DTYPES[config.precision], use_onednn=True)
         if config.pool == "last":
             return model(x, mode).features
         # All images of a site use the mask of this site.
@@ -140,8 +143,12 @@ def backbone_extractor(
         "pool": config.pool,
         "augmentations": config.augmentations,
         "precision": config.precision,
+        "onednn": onednn.is_usable(),
     }
-    return Extractor(dataset, sites, InputConfig(mask_encoding="binary"), step, groups, facts)
+    assert adaptation.size is not None
+    pixels = len(triples) * adaptation.size**2
+    encoding = InputConfig(mask_encoding="binary")
+    return Extractor(dataset, sites, encoding, step, pixels, groups, facts)
 
 
 def run_extractor(path: Path, dataset: Dataset, placement: Placement) -> Extractor:
@@ -158,6 +165,7 @@ def run_extractor(path: Path, dataset: Dataset, placement: Placement) -> Extract
         decoder.sites,
         decoder.input,
         lambda batch: network.step(batch)[1],
+        run.recipe.augment.crop**2,
         [model],
         facts,
         run.recipe.augment,

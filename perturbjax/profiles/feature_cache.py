@@ -35,9 +35,6 @@ FEATURES_VERSION = 2
 #: With `pool="stages"`, sites up to this height and width are resized to it: larger inputs add only
 #: interpolated pixels, and 128 pixels take a third of the time of 224.
 SMALL_SITE = 128
-#: Images in a device call, one per channel of a site: more are not faster on CPUs and take
-#: gigabytes of memory.
-BATCH_IMAGES = 32
 #: Maximum size of the cache; 2,000 sites of three channels take 30 MB with EfficientNet-Lite0.
 CACHE_BYTES = 4 << 30
 
@@ -69,8 +66,6 @@ def cached_features(source: SourceConfig, dataset: Dataset) -> Path:
         unit=unit,
         aggregate=source.summary,
         crops=CropConfig(max_cells=source.max_cells),
-        # Each channel of a site is one image of the device call.
-        batch_size=max(1, BATCH_IMAGES // len(dataset.channel_names)),
     )
     file = make_folder(folder) / f"{_checksum(config, dataset)}.parquet"
     with _locked(file.with_suffix(".lock")):

@@ -53,8 +53,8 @@ class FeaturesConfig:
     """Number of flips and rotations that features are averaged over, 1 to 8."""
     precision: Precision = "float32"
     """Number format of activations."""
-    batch_size: int = 32
-    """Images in a device call, over all devices."""
+    batch_size: int = python_only(0)
+    """Sites or windows in a device call, over all devices; 0 chooses it by their size."""
     prefix: str = python_only("")
     """Prefix of the feature names; empty: Cells_ with --level cell, as pycytominer expects."""
     workers: int = python_only(0)
@@ -84,7 +84,7 @@ class FeaturesConfig:
             )
         prefix = not self.prefix.startswith(METADATA)
         require("augmentations", self.augmentations, 1 <= self.augmentations <= 8, "1 to 8")
-        require("batch-size", self.batch_size, self.batch_size >= 1, "at least 1")
+        require("batch-size", self.batch_size, self.batch_size >= 0, "0 (automatic) or more")
         require("workers", self.workers, self.workers >= 0, "0 (every core) or more")
         require("prefix", self.prefix, prefix, f"text that does not start with {METADATA}")
         by_cell = self.level == "cell"

@@ -31,6 +31,7 @@ from perturbjax.core.files import atomic, delete_oldest, make_folder, user_cache
 from perturbjax.core.memory import release_freed_memory
 from perturbjax.core.progress import QUIET_S, track
 from perturbjax.data.batches import BatchOrder, Decoder, RawBatch
+from perturbjax.models.kernels import onednn
 from perturbjax.training.devices import Placement, prepare_step
 from perturbjax.training.step import make_masked_features_step, make_site_features_step
 
@@ -119,6 +120,7 @@ def open_store(decoder: Decoder, recipe: Recipe, params: Any) -> SiteFeatureStor
         "symmetries": recipe.transfer.symmetries,
         "window": recipe.transfer.window,
         "platform": jax.default_backend(),
+        "onednn": onednn.is_usable(),
         "versions": [version(name) for name in ("perturbjax", "jax", "jaxlib")],
     }
     digest.update(json.dumps(settings, sort_keys=True).encode())

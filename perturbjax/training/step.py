@@ -9,6 +9,7 @@ the total weight comes last. Random numbers depend on (seed, epoch, record) only
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -218,7 +219,7 @@ def make_site_features_step(graphdef: nnx.GraphDef, recipe: Recipe) -> Evaluatio
     """
 
     def site_features_step(params: Any, stats: Any, batch: RawBatch) -> tuple[Array]:
-        inputs, mode = evaluation_input(recipe, batch)
+        inputs, mode = _frozen_input(recipe, batch)
         model = nnx.merge(graphdef, params, stats, copy=True)
         windows = window_features(model, recipe, batch, mode)
         return (model.compute_features(inputs, mode, windows),)
@@ -240,12 +241,18 @@ def make_masked_features_step(graphdef: nnx.GraphDef, recipe: Recipe) -> Evaluat
             # Masks determine the windows, too.
             each = [site_features_step(params, stats, batch)[0] for batch in batches]
             return (jnp.stack(each, axis=1),)
-        inputs, mode = zip(*(evaluation_input(recipe, batch) for batch in batches), strict=True)
+        inputs, mode = zip(*(_frozen_input(recipe, batch) for batch in batches), strict=True)
         masks = jnp.concatenate([one[..., :1] for one in inputs], axis=-1)
         model = nnx.merge(graphdef, params, stats, copy=True)
         return (model.compute_features_of_masks(masks, inputs[0][..., 1:], mode[0]),)
 
     return masked_features_step
+
+
+def _frozen_input(recipe: Recipe, batch: RawBatch) -> tuple[Any, Mode]:
+    """Return the input of `evaluation_input` and the mode of a frozen backbone."""
+    inputs, mode = evaluation_input(recipe, batch)
+    return inputs, dataclasses.replace(mode, use_onednn=True)
 
 
 def make_head_step(graphdef: nnx.GraphDef, recipe: Recipe) -> EvaluationStep:

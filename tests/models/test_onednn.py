@@ -1,4 +1,4 @@
-"""Training convolutions by oneDNN match XLA's."""
+"""Convolutions by oneDNN match XLA's, in training and in frozen networks."""
 
 import chex
 import jax
@@ -10,6 +10,7 @@ from flax import nnx
 from perturbjax import models
 from perturbjax.models.kernels import convolution as conv
 from perturbjax.models.kernels import onednn
+from perturbjax.models.layers import BatchNorm
 
 installed = pytest.mark.skipif(onednn.library() is None, reason="needs the extra onednn")
 
@@ -71,6 +72,46 @@ def test_parallel_branches_give_the_same_gradients_in_every_step():
     first = step(params)
     for _ in range(30):
         chex.assert_trees_all_equal(step(params), first)
+
+
+@installed
+@pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_lite0"])
+@pytest.mark.parametrize("padding", ["symmetric", "same", "static"])
+def test_frozen_efficientnet_matches_xla(name, padding):
+    network = models.BACKBONES[name].network(classes=2, inputs=3, padding=padding, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 65, 48, 3)), jnp.float32)
+    batch_statistics(network, x)
+    fast = compile_maps(network, models.Mode(use_onednn=True), x)
+    plain = compile_maps(network, models.Mode(), x)
+    assert "perturbjax_onednn_activated" in fast.as_text()
+    assert "perturbjax_onednn" not in plain.as_text()
+    for one, other in zip(fast(x), plain(x), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
+
+
+def batch_statistics(network, x):
+    """Give every BatchNorm the statistics of a batch, and random scales and biases."""
+    nnx.jit(lambda network: network(x, models.Mode(train=True)))(network)
+    random = np.random.default_rng(0)
+    for _, layer in nnx.iter_graph(network):
+        if isinstance(layer, BatchNorm):
+            for values in (layer.scale, layer.bias):
+                values[...] = jnp.asarray(random.uniform(-1, 1, values.shape), jnp.float32)
+
+
+def compile_maps(network, mode, x):
+    graphdef, state = nnx.split(network)
+    maps = jax.jit(lambda x: nnx.merge(graphdef, state, copy=True).stage_maps(x, mode))
+    return maps.lower(x).compile()
+
+
+@installed
+@pytest.mark.parametrize("options", [{"train": True}, {"dtype": jnp.bfloat16, "train": True}])
+def test_training_does_not_use_the_form_without_gradients(options):
+    network = models.BACKBONES["efficientnet_lite0"].network(classes=2, inputs=3, rngs=nnx.Rngs(0))
+    mode = models.Mode(use_onednn=True, **options)
+    x = jnp.zeros((2, 32, 32, 3))
+    assert "onednn_activated" not in compile_maps(network, mode, x).as_text()
 
 
 @installed

@@ -112,6 +112,7 @@ def pixel_means(dataset, reader, config) -> list:
         sites,
         InputConfig(mask_encoding="binary"),
         lambda batch: np.asarray(batch.image, np.float32).mean((1, 2)),
+        reader.size**2,
         ["mean"],
         {},
     )

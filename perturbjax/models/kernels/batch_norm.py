@@ -153,6 +153,11 @@ class BatchNorm(nnx.Module):
         mean = self.mean[...] if shift is None else self.mean[...] - shift
         return _affine(x, self.scale[...], self.bias[...], mean, self.var[...], self.epsilon)
 
+    def running_scale_and_shift(self) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+        """Return a and b of a x + b, the normalization by running statistics."""
+        scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
+        return scale, self.bias[...] - scale * self.mean[...]
+
     def _update(self, statistics: Statistics, shift: Array | None) -> None:
         mean, var, count = jax.lax.stop_gradient(statistics)
         mean = mean if shift is None else mean + jax.lax.stop_gradient(shift)

@@ -2,14 +2,14 @@
 
 oneDNN is Intel's library of CPU kernels; PyTorch uses it too. XLA's CPU library computes bfloat16
 convolutions in float32, and gradients of kernels at a third to two thirds of oneDNN's speed
-(docs/performance.md has the measurements). Training uses oneDNN, and so do the narrow layers of
-segmentation networks. Predictions of a run do not, so they are the same with and without it.
-Programs for several devices do not use it, because XLA cannot divide a foreign function between
-devices.
+(docs/performance.md has the measurements). Training uses oneDNN, and so do frozen EfficientNets and
+the narrow layers of segmentation networks. Trained networks do not in predictions, so these are the
+same with and without it. Programs for several devices do not use it, because XLA cannot divide a
+foreign function between devices.
 
-XLA calls `_forward`, `_input` and `_kernel` with the addresses of its arrays (`xla_calls`). They
-pass these addresses to oneDNN's C functions, so images are not copied. Kernels are copied, because
-oneDNN chooses their layout. Source: oneDNN 3 Developer Guide, "Convolution".
+XLA calls `_forward`, `_input`, `_kernel` and `_activated` with the addresses of its arrays
+(`xla_calls`). They pass these addresses to oneDNN's C functions, so images are not copied. Kernels
+are copied, because oneDNN chooses their layout. Source: oneDNN 3 Developer Guide, "Convolution".
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import ctypes
 import sys
 import sysconfig
 import threading
-from collections.abc import Callable
-from ctypes import byref, c_int, c_int64, c_size_t, c_void_p
+from collections.abc import Callable, Sequence
+from ctypes import byref, c_float, c_int, c_int64, c_size_t, c_void_p
 from functools import cache, wraps
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,15 +33,21 @@ from perturbjax.models.kernels import xla_calls
 from perturbjax.models.kernels.xla_calls import Operand
 
 # Constants of oneDNN 3 (dnnl_types.h).
-CPU, DEFAULT_STREAM, FORWARD_TRAINING, DIRECT, ANY_LAYOUT = 1, 1, 64, 1, 1
+CPU, DEFAULT_STREAM, FORWARD_TRAINING, FORWARD_INFERENCE, DIRECT, ANY_LAYOUT = 1, 1, 64, 96, 1, 1
 QUERY_KERNEL, QUERY_KERNEL_GRADIENT = 131, 132
 #: Numbers of the operands of a primitive.
-SOURCE, TARGET, WEIGHTS = 1, 17, 33
+SOURCE, TARGET, WEIGHTS, BIAS = 1, 17, 33, 41
 SOURCE_GRADIENT, TARGET_GRADIENT, WEIGHT_GRADIENT = 129, 145, 161
 #: Name of a dtype, and its numbers in XLA and in oneDNN.
 DTYPES = {"bfloat16": (16, 2), "float32": (11, 3)}
 #: Order of oneDNN's axes in XLA's arrays: (b, c, h, w) in NHWC, (o, i, h, w) in HWIO.
 IMAGE_AXES, KERNEL_AXES = (0, 3, 1, 2), (3, 2, 0, 1)
+#: The same for kernels of depthwise convolutions, (groups, 1, 1, h, w) in HW11O.
+DEPTHWISE_AXES = (4, 3, 2, 0, 1)
+Activation = Literal["none", "relu6", "silu"]
+#: Numbers of activations, and their parameters alpha and beta: clip to [0, 6], and swish.
+ACTIVATIONS = {"none": 0, "relu6": 0x2E, "silu": 0x2C}
+PARAMETERS = {0x2E: (0.0, 6.0), 0x2C: (1.0, 0.0)}
 #: `dnnl_dims_t`.
 Sizes = c_int64 * 12
 Shape = tuple[int, ...]
@@ -92,7 +98,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         loaded = ctypes.CDLL(str(path))
-        for function in (_forward, _input, _kernel):
+        for function in (_forward, _input, _kernel, _activated):
             xla_calls.register(_target(function.__name__), function)
     # libgomp is missing, or this JAX has another calling convention.
     except (OSError, RuntimeError, ValueError):
@@ -121,6 +127,37 @@ def kernel_gradient(
 ) -> Float[Array, "k k i o"]:
     """Compute the gradient of the kernel from the gradient of the output."""
     return _call("_kernel", (size, size, x.shape[3], gradient.shape[3]), x, gradient)
+
+
+def convolve_and_activate(
+    x: Float[Array, "b h w i"],
+    kernel: Float[Array, "k k _ o"],
+    bias: Float[Array, " o"],
+    *,
+    stride: int,
+    padding: tuple[tuple[int, int], tuple[int, int]],
+    activation: Activation,
+) -> Float[Array, "b h2 w2 o"]:
+    """Convolve, add a bias and apply an activation in one pass, without gradients.
+
+    Args:
+        x: images, float32.
+        kernel: weights; with one input channel and several of `x`, each channel of `x` has its own
+            filter (depthwise).
+        bias: value to add to each output channel.
+        stride: step in pixels.
+        padding: zeros above and below, left and right, in pixels.
+        activation: none, ReLU6 or SiLU.
+    """
+    size = len(kernel)
+    high, wide = (
+        (length + sum(zeros) - size) // stride + 1
+        for length, zeros in zip(x.shape[1:3], padding, strict=True)
+    )
+    # Foreign functions take arrays only, so the settings are one.
+    settings = np.array([stride, *padding[0], *padding[1], ACTIVATIONS[activation]], np.int32)
+    shape = (len(x), high, wide, kernel.shape[3])
+    return _call("_activated", shape, x, kernel, bias, jnp.asarray(settings))
 
 
 def _image_call(name: str, x: Array, kernel: Array, channels: int, growth: int) -> Array:
@@ -170,6 +207,16 @@ def _kernel(x: Operand, gradient: Operand, dk: Operand) -> None:
     _execute(conv.reorder, (SOURCE, conv.own_kernel, own), (TARGET, conv.kernel, dk.address))
 
 
+@_one_at_a_time
+def _activated(x: Operand, kernel: Operand, bias: Operand, settings: Operand, y: Operand) -> None:
+    values = tuple((ctypes.c_int32 * 6).from_address(settings.address))
+    conv, own_bias = _create_activated(x.dtype, x.shape, kernel.shape, y.shape, values)
+    source, target = (SOURCE, conv.images, x.address), (TARGET, conv.outputs, y.address)
+    _execute(
+        conv.primitive, source, _reordered(conv, kernel), (BIAS, own_bias, bias.address), target
+    )
+
+
 def _reordered(conv: _Convolution, kernel: Operand) -> _Value:
     """Copy a kernel to the layout that oneDNN chose; return it as an operand."""
     own = _allocate(conv.own_kernel)
@@ -211,9 +258,7 @@ def _create(kind: str, dtype: int, images: Shape, kernel: Shape, outputs: Shape)
     """Create the primitive `kind` for arrays of these shapes: NHWC, HWIO, NHWC."""
     padding = Sizes(*[(outputs[1] - images[1] + kernel[0] - 1) // 2] * 2)
     described = _layout(images, dtype, IMAGE_AXES), _layout(outputs, dtype, IMAGE_AXES)
-    free = c_void_p()
-    sizes = Sizes(*(kernel[axis] for axis in KERNEL_AXES))
-    _check("memory_desc_create_with_tag", byref(free), 4, sizes, _number(dtype), ANY_LAYOUT)
+    free = _free_layout([kernel[axis] for axis in KERNEL_AXES], dtype)
     # Stride 1 and no dilation; None is the bias.
     form = Sizes(1, 1), Sizes(0, 0), padding, padding
     forward, description = c_void_p(), c_void_p()
@@ -228,15 +273,65 @@ def _create(kind: str, dtype: int, images: Shape, kernel: Shape, outputs: Shape)
         create = f"convolution_{kind}_primitive_desc_create"
         _check(create, byref(description), _engine(), DIRECT, *layouts, *form, forward, None)
     query = QUERY_KERNEL_GRADIENT if kind == "backward_weights" else QUERY_KERNEL
-    own = c_void_p(_loaded().dnnl_primitive_desc_query_md(description, query, 0))
-    plain = _layout(kernel, dtype, KERNEL_AXES)
-    pair = (own, plain) if kind == "backward_weights" else (plain, own)
-    reorder = c_void_p()
-    ends = pair[0], _engine(), pair[1], _engine()
-    _check("reorder_primitive_desc_create", byref(reorder), *ends, None)
-    return _Convolution(
-        _primitive(description), described[0], described[1], plain, own, _primitive(reorder)
+    plain, own = _layout(kernel, dtype, KERNEL_AXES), _chosen_layout(description, query)
+    reorder = _reorder(own, plain) if kind == "backward_weights" else _reorder(plain, own)
+    return _Convolution(_primitive(description), *described, plain, own, reorder)
+
+
+@cache
+def _create_activated(
+    dtype: int, images: Shape, kernel: Shape, outputs: Shape, settings: tuple[int, ...]
+) -> tuple[_Convolution, c_void_p]:
+    """Create the primitive of `convolve_and_activate`; return it with the layout of the bias."""
+    stride, top, bottom, left, right, activation = settings
+    described = _layout(images, dtype, IMAGE_AXES), _layout(outputs, dtype, IMAGE_AXES)
+    bias = _layout(outputs[3:], dtype, (0,))
+    axes: tuple[int, ...] = KERNEL_AXES
+    if kernel[2] < images[3]:
+        kernel, axes = (*kernel[:3], 1, kernel[3]), DEPTHWISE_AXES
+    free = _free_layout([kernel[axis] for axis in axes], dtype)
+    form = Sizes(stride, stride), Sizes(0, 0), Sizes(top, left), Sizes(bottom, right)
+    description = c_void_p()
+    _check(
+        "convolution_forward_primitive_desc_create",
+        *(byref(description), _engine(), FORWARD_INFERENCE, DIRECT),
+        *(described[0], free, bias, described[1], *form, _attributes(activation)),
     )
+    plain, own = _layout(kernel, dtype, axes), _chosen_layout(description, QUERY_KERNEL)
+    primitive, reorder = _primitive(description), _reorder(plain, own)
+    return _Convolution(primitive, *described, plain, own, reorder), bias
+
+
+def _attributes(activation: int) -> c_void_p | None:
+    """Describe the activation with this number in `ACTIVATIONS`."""
+    if not activation:
+        return None
+    alpha, beta = PARAMETERS[activation]
+    operations, attributes = c_void_p(), c_void_p()
+    _check("post_ops_create", byref(operations))
+    _check("post_ops_append_eltwise", operations, activation, c_float(alpha), c_float(beta))
+    _check("primitive_attr_create", byref(attributes))
+    _check("primitive_attr_set_post_ops", attributes, operations)
+    return attributes
+
+
+def _free_layout(sizes: Sequence[int], dtype: int) -> c_void_p:
+    """Describe an array whose layout oneDNN chooses."""
+    layout, tag = c_void_p(), ANY_LAYOUT
+    create = "memory_desc_create_with_tag"
+    _check(create, byref(layout), len(sizes), Sizes(*sizes), _number(dtype), tag)
+    return layout
+
+
+def _chosen_layout(description: c_void_p, query: int) -> c_void_p:
+    return c_void_p(_loaded().dnnl_primitive_desc_query_md(description, query, 0))
+
+
+def _reorder(source: c_void_p, target: c_void_p) -> c_void_p:
+    """Create the primitive that copies an array from one layout to another."""
+    description, ends = c_void_p(), (source, _engine(), target, _engine())
+    _check("reorder_primitive_desc_create", byref(description), *ends, None)
+    return _primitive(description)
 
 
 def _layout(shape: Shape, dtype: int, axes: tuple[int, ...]) -> c_void_p:
