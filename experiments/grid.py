@@ -252,7 +252,7 @@ def summary(table: pd.DataFrame, recipes: tuple[str, ...] = ()) -> pd.DataFrame:
         for name in names:
             own = part[part["recipe"] == name]
             score = own["balanced_accuracy"]
-            of_folds = score.groupby(own["fold"]).mean()
+            of_folds, repeated = score.groupby(own["fold"]).mean(), own["seed"].nunique() > 1
             lead = (score - own["fold"].map(linear)).dropna() if name != LINEAR else score[:0]
             rows.append(
                 {
@@ -263,7 +263,7 @@ def summary(table: pd.DataFrame, recipes: tuple[str, ...] = ()) -> pd.DataFrame:
                     **{metric: own[metric].mean() for metric in METRICS},
                     "lowest": of_folds.min(),
                     "highest": of_folds.max(),
-                    "spread": (score - own["fold"].map(of_folds)).abs().max(),
+                    "spread": (score - own["fold"].map(of_folds)).abs().max() if repeated else None,
                     "lead": lead.mean(),
                     "min_lead": lead.min(),
                     "minutes": own["minutes"].mean(),
@@ -292,15 +292,15 @@ _COLUMNS = (
 
 
 def as_markdown(table: pd.DataFrame, recipes: tuple[str, ...] = ()) -> str:
-    """Format the summary as a Markdown table."""
+    """Format the summary as a Markdown table, without empty columns."""
+    rows = summary(table, recipes)
+    columns = [each for each in _COLUMNS if each[0] in rows and rows[each[0]].notna().any()]
     lines = [
-        "| " + " | ".join(heading for _, heading, _ in _COLUMNS) + " |",
-        "|" + "---|" * len(_COLUMNS),
+        "| " + " | ".join(heading for _, heading, _ in columns) + " |",
+        "|" + "---|" * len(columns),
     ]
-    for _, row in summary(table, recipes).iterrows():
-        cells = (
-            "" if pd.isna(row.get(name)) else format(row[name], form) for name, _, form in _COLUMNS
-        )
+    for _, row in rows.iterrows():
+        cells = ("" if pd.isna(row[name]) else format(row[name], form) for name, _, form in columns)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

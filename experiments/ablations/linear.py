@@ -144,7 +144,10 @@ def _evaluate(options: Config, names: list[str]) -> Iterator[dict[str, object]]:
 
 
 def _with_measurements(profiles: Profiles, file: Path | None, use: str) -> Profiles:
-    """Add the measurements of a table, or replace all features but statistics by them."""
+    """Add the measurements of a table, or replace all features but statistics by them.
+
+    Sites without cells have no measurements and get the medians of all sites.
+    """
     if file is None or use == "none":
         return profiles
     measured = read_profiles([file])
@@ -154,9 +157,11 @@ def _with_measurements(profiles: Profiles, file: Path | None, use: str) -> Profi
     if use == "only":
         network = [name for name in profiles.names if not name.startswith(STATISTIC)]
         profiles = profiles.drop_features(network)
+    values = pd.DataFrame(measured.values)
+    values = values.fillna(values.median()).to_numpy()[rows]
     return dataclasses.replace(
         profiles,
-        values=np.concatenate([profiles.values, measured.values[rows]], axis=1),
+        values=np.concatenate([profiles.values, values], axis=1),
         names=(*profiles.names, *measured.names),
     )
 

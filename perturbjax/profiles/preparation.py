@@ -126,13 +126,16 @@ class FeatureCleaner(TableStep):
 
     Args:
         max_missing: maximum fraction of training rows in which a feature may be missing, in [0, 1].
+            Rows without any feature, such as sites without cells, do not count.
     """
 
     def __init__(self, max_missing: float = 0.05):
         self.max_missing = max_missing
 
     def _fit(self, values: np.ndarray, X: pd.DataFrame) -> None:
-        missing = np.isnan(values).mean(axis=0) > self.max_missing
+        gaps = np.isnan(values)
+        measured = gaps[~gaps.all(axis=1)]
+        missing = measured.mean(axis=0) > self.max_missing if len(measured) else gaps.all(axis=0)
         present = values[:, ~missing]
         largest = np.nanmax(present, axis=0, initial=-np.inf)
         spread = largest - np.nanmin(present, axis=0, initial=np.inf)

@@ -63,9 +63,20 @@ def test_feature_cleaner_fills_gaps_and_drops_missing_or_constant_features() -> 
     ]
 
 
+def test_feature_cleaner_keeps_features_of_tables_with_sites_without_cells() -> None:
+    values = np.random.default_rng(0).normal(size=(40, 2))
+    values[::4] = np.nan
+    values[1:10:4, 1] = np.nan
+    step = FeatureCleaner(max_missing=0.05).fit(make_steps_table(values))
+    assert list(step.transform(make_steps_table(values)).columns[3:]) == ["f0"]
+    assert step.filled_ == 10
+
+
 def test_feature_cleaner_refuses_table_without_varying_features() -> None:
     with pytest.raises(InputError, match="every feature is constant or missing"):
         FeatureCleaner().fit(make_steps_table(np.ones((5, 3))))
+    with pytest.raises(InputError, match="every feature is constant or missing"):
+        FeatureCleaner().fit(make_steps_table(np.full((5, 3), np.nan)))
 
 
 @pytest.mark.parametrize(("how", "center"), [("standardize", np.mean), ("robustize", np.median)])
