@@ -54,13 +54,13 @@ class Training:
     Attributes:
         flags: of `perturbjax train`.
         changes: fields of the recipe without a flag, {section: {field: value}}.
-        above: height and width in pixels. Up to this size of the sites the recipe equals another
-            one, so it is left out.
+        shrinks_above: height and width in pixels above which the recipe shrinks sites. Smaller
+            sites would give the same result as another recipe, so the recipe is left out.
     """
 
     flags: tuple[str, ...] = ()
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    above: int = 0
+    shrinks_above: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def main(options: Config) -> None:
         index = open_dataset(directory).index
         plates = index["Metadata_Plate"].nunique()
         pixels = index[["height", "width"]].max(axis=None)
-        selected = [recipe for recipe in recipes if pixels > grid.recipes[recipe].above]
+        selected = [recipe for recipe in recipes if pixels > grid.recipes[recipe].shrinks_above]
         for name in options.splits or grid.splits:
             split = name if name != "auto" else "plate" if plates > 1 else "well"
             folds = min(FOLDS, plates) if split == "plate" else FOLDS

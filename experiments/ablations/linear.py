@@ -109,11 +109,15 @@ def run(options: Config) -> Iterator[dict[str, object]]:
     for name in names:
         variant = _VARIANTS[name]
         by_source.setdefault(f"{variant.source} {variant.measurements}", []).append(name)
+    # Read first, so that an unusable table ends the command before minutes of work.
+    measurements = None if options.measurements is None else read_profiles([options.measurements])
     for group in by_source.values():
-        yield from _evaluate(options, group)
+        yield from _evaluate(options, group, measurements)
 
 
-def _evaluate(options: Config, names: list[str]) -> Iterator[dict[str, object]]:
+def _evaluate(
+    options: Config, names: list[str], measurements: Profiles | None
+) -> Iterator[dict[str, object]]:
     """Evaluate variants with the same features."""
     preset: Preparation = CLASSIFY_PRESETS["linear"]["preparation"]
     source = CLASSIFY_PRESETS["linear"]["source"] | _VARIANTS[names[0]].source
@@ -121,7 +125,9 @@ def _evaluate(options: Config, names: list[str]) -> Iterator[dict[str, object]]:
     profiles, negcon, column = load_profiles(
         ProfileConfig(source=SourceConfig(data=(options.data,), **source))
     )
-    profiles = _with_measurements(profiles, options.measurements, _VARIANTS[names[0]].measurements)
+    use = _VARIANTS[names[0]].measurements
+    if measurements is not None and use != "none":
+        profiles = _with_measurements(profiles, measurements, options.measurements, use)
     table, labels = as_table(profiles, negcon), pd.factorize(profiles.column(column), sort=True)[0]
     folds = [one for fold in options.folds for one in inner_folds(profiles.metadata, column, fold)]
     tracked = track(folds, total=len(folds), label="inner folds", unit="folds")
@@ -143,14 +149,13 @@ def _evaluate(options: Config, names: list[str]) -> Iterator[dict[str, object]]:
             yield {"variant": name, "fold": number, **score(labels[test], predicted)}
 
 
-def _with_measurements(profiles: Profiles, file: Path | None, use: str) -> Profiles:
+def _with_measurements(
+    profiles: Profiles, measured: Profiles, file: Path | None, use: str
+) -> Profiles:
     """Add the measurements of a table, or replace all features but statistics by them.
 
     Sites without cells have no measurements and get the medians of all sites.
     """
-    if file is None or use == "none":
-        return profiles
-    measured = read_profiles([file])
     rows = pd.Index(measured.metadata["site_id"]).get_indexer(profiles.metadata["site_id"])
     if (missing := profiles.metadata["site_id"][rows < 0]).any():
         raise InputError(f"--measurements {file}: has no row of site {missing.iloc[0]}")

@@ -40,7 +40,7 @@ TRAINING = (
 SEGMENTATION = ((1, 528, 688, 1, 8), (1, 528, 688, 8, 8), (1, 264, 344, 16, 16))
 #: Batch, height and width.
 TILE = (1, 528, 688)
-FROZEN = ((96, 80, 80), (32, 128, 128))
+FROZEN = ((30, 48, 48), (96, 80, 80), (32, 128, 128))
 PRECISIONS = ("float32", "bfloat16")
 
 Shape = tuple[int, int, int, int, int]

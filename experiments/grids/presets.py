@@ -19,9 +19,11 @@ RESIZED = {"transfer": {"window": 0}}
 GRID = Grid(
     recipes={
         LINEAR: Training(),
-        "linear, resized": Training(above=SMALL_SITE),
+        "linear, resized": Training(shrinks_above=SMALL_SITE),
         **{name: Training(("--preset", name)) for name in PRESETS},
-        "pretrained, resized": Training(("--preset", "pretrained"), RESIZED, above=SMALL_SITE),
+        "pretrained, resized": Training(
+            ("--preset", "pretrained"), RESIZED, shrinks_above=SMALL_SITE
+        ),
     },
     splits=("plate", "layout"),
 )

@@ -56,8 +56,8 @@ __all__ = ["FeaturesConfig", "extract"]
 
 #: Batches in a part: the work that an interruption can lose.
 PART_BATCHES = 16
-#: Pixels of the network inputs in a device call, by platform. On a CPU, small windows need large
-#: batches: calls of oneDNN with 30 windows of 48 pixels take longer than their computation.
+#: Pixels of the network inputs in a device call, by platform. Small windows need large batches:
+#: oneDNN is not faster than XLA for 30 windows of 48 pixels.
 BATCH_PIXELS, ACCELERATOR_BATCH_PIXELS = {"cpu": 2**20}, 2**22
 SETTINGS = "settings.json"
 #: Seconds between looks for parts and tables that another process writes.

@@ -3,9 +3,9 @@
 oneDNN is Intel's library of CPU kernels; PyTorch uses it too. XLA's CPU library computes bfloat16
 convolutions in float32, and gradients of kernels at a third to two thirds of oneDNN's speed
 (docs/performance.md has the measurements). Training uses oneDNN, and so do frozen EfficientNets and
-the narrow layers of segmentation networks. Trained networks do not in predictions, so these are the
-same with and without it. Programs for several devices do not use it, because XLA cannot divide a
-foreign function between devices.
+the narrow layers of segmentation networks. Predictions of trained networks do not use it, so they
+are the same with and without it. Programs for several devices do not use it, because XLA cannot
+divide a foreign function between devices.
 
 XLA calls `_forward`, `_input`, `_kernel` and `_activated` with the addresses of its arrays
 (`xla_calls`). They pass these addresses to oneDNN's C functions, so images are not copied. Kernels
